@@ -4,9 +4,11 @@
 //! the table another file, so a table whose files are the same before the fence and after the last read was read as it
 //! was at the fence.
 
+use std::collections::HashMap;
+
 use crate::catalog::schema::{TableDefinition, TableKind};
 use crate::pg::QualifiedName;
-use crate::session::{SessionError, SqlClient};
+use crate::session::{Row, SessionError, SqlClient};
 use crate::sql::partition_tree;
 
 /// A table or partition that holds rows.
@@ -28,49 +30,52 @@ pub(crate) struct Parts {
     pub(crate) files: Vec<(u32, Option<u32>)>,
 }
 
-/// Reads a table's parts; `None` when it does not exist any more.
-pub(crate) async fn read_parts(client: &SqlClient, table: &TableDefinition) -> Result<Option<Parts>, SessionError> {
-    let doing = "looking at a table's files";
+const LOOKING: &str = "looking at tables' files";
+
+const PARTS: &str = include_str!("../../sql/table_parts.sql");
+
+/// Reads the parts of each table, in one question; `None` of one that does not exist any more.
+pub(crate) async fn read_parts(
+    client: &SqlClient,
+    tables: &[&TableDefinition],
+) -> Result<Vec<Option<Parts>>, SessionError> {
+    let ids: Vec<u32> = tables.iter().map(|table| table.id).collect();
+    let partitioned: Vec<bool> = tables.iter().map(|table| table.kind == TableKind::Partitioned).collect();
+    let rows = client.query(LOOKING, PARTS, &[&ids, &partitioned]).await?;
+    let mut of_roots: HashMap<u32, Vec<&Row>> = HashMap::new();
+    for row in &rows {
+        of_roots.entry(row.get(0)?).or_default().push(row);
+    }
+    tables.iter().map(|table| parts(table, of_roots.get(&table.id).map_or(&[], Vec::as_slice))).collect()
+}
+
+/// A table's parts, by what was answered of it or of its partitions.
+fn parts(table: &TableDefinition, rows: &[&Row]) -> Result<Option<Parts>, SessionError> {
     let partitioned = table.kind == TableKind::Partitioned;
-    let sql = concat!(
-        "SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.pg_relation_filenode(c.oid),
-                      COALESCE(pg_catalog.pg_relation_size(c.oid), 0) / pg_catalog.current_setting('block_size')::bigint,
-                      COALESCE(pg_catalog.pg_table_size(c.oid), 0),
-                      -- NULL of a table that was dropped since this statement began.
-                      COALESCE(pg_catalog.has_table_privilege(c.oid, 'SELECT')
-                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), false)
-               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               WHERE c.oid = $1 AND NOT $2
-                  OR $2 AND c.oid IN (SELECT relid FROM ",
-        partition_tree!("$1"),
-        " AS t WHERE isleaf)
-               ORDER BY c.oid"
-    );
-    let rows = client.query(doing, sql, &[&table.id, &partitioned]).await?;
     if rows.is_empty() && !partitioned {
         return Ok(None);
     }
-    let number = |value: i64| u64::try_from(value).map_err(|_| SessionError::answer(doing, "a size below zero"));
+    let number = |value: i64| u64::try_from(value).map_err(|_| SessionError::answer(LOOKING, "a size below zero"));
     let files = rows
         .iter()
-        .map(|row| Ok((row.get::<u32>(2)?, row.get::<Option<u32>>(3)?)))
+        .map(|row| Ok((row.get::<u32>(3)?, row.get::<Option<u32>>(4)?)))
         .collect::<Result<_, SessionError>>()?;
-    let readable = rows.iter().map(|row| row.get::<bool>(6)).collect::<Result<Vec<_>, _>>()?;
+    let readable = rows.iter().map(|row| row.get::<bool>(7)).collect::<Result<Vec<_>, _>>()?;
     let one_by_one = readable.iter().all(|readable| *readable);
     let parts = if one_by_one {
         rows.iter()
             .map(|row| {
                 Ok(ReadPart {
-                    name: QualifiedName::new(row.get::<&str>(0)?, row.get::<&str>(1)?),
+                    name: QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?),
                     whole_tree: false,
-                    pages: number(row.get(4)?)?,
-                    bytes: number(row.get(5)?)?,
+                    pages: number(row.get(5)?)?,
+                    bytes: number(row.get(6)?)?,
                 })
             })
             .collect::<Result<_, SessionError>>()?
     } else {
         // Reading through the root needs its privileges only, but page numbers mean nothing there.
-        let bytes = rows.iter().map(|row| number(row.get(5)?)).sum::<Result<u64, SessionError>>()?;
+        let bytes = rows.iter().map(|row| number(row.get(6)?)).sum::<Result<u64, SessionError>>()?;
         vec![ReadPart { name: table.name(), whole_tree: partitioned, pages: 0, bytes }]
     };
     Ok(Some(Parts { parts, files }))
@@ -91,5 +96,5 @@ pub(crate) async fn is_as_in_snapshot(client: &SqlClient, table: &TableDefinitio
                       UNION ALL SELECT p.relid::oid FROM pg_catalog.pg_partition_tree($1) AS p WHERE $2 AND p.isleaf) AS t (relid))"
     );
     let partitioned = table.kind == TableKind::Partitioned;
-    client.query_one("looking at a table's files", sql, &[&table.id, &partitioned]).await?.get(0)
+    client.query_one(LOOKING, sql, &[&table.id, &partitioned]).await?.get(0)
 }

@@ -237,11 +237,8 @@ pub(crate) async fn all_parts(
     side: Side,
     tables: &[Compared],
 ) -> Result<Vec<Option<Parts>>, Fault> {
-    let mut all = Vec::new();
-    for table in tables {
-        all.push(read_parts(client, table.definition(side)).await.map_err(|error| side.fault(error))?);
-    }
-    Ok(all)
+    let definitions: Vec<&TableDefinition> = tables.iter().map(|table| table.definition(side)).collect();
+    read_parts(client, &definitions).await.map_err(|error| side.fault(error))
 }
 
 /// A key as one server's SQL finds it.

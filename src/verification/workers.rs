@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::destination::{DestinationError, STATEMENT_MAX};
 use crate::error_policy::Fault;
+use crate::pg::quote_literal;
 use crate::session::{Row, SessionError, Sql, SqlClient};
 use crate::source::SourceError;
 use crate::verification::verdict::VerifyProgress;
@@ -135,24 +136,57 @@ async fn work_off(shared: Arc<SharedTasks>, answers: mpsc::Sender<TableAnswer>) 
     let client =
         session(&shared.reading.sql, shared.reading.lock_timeout).await.map_err(fault)?.with_timeout(STATEMENT_MAX);
     loop {
-        let next = shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(task) = next else { return Ok(()) };
-        let rows = read(&client, &shared.reading.snapshot_name, &task.sql).await.map_err(fault)?;
-        shared.progress.read(task.bytes);
-        if answers.send(TableAnswer { table: task.table, side: task.side, rows }).await.is_err() {
-            // The receiver has given up.
+        let tasks = shared.next();
+        if tasks.is_empty() {
             return Ok(());
         }
-        let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(task.bytes, Instant::now());
-        tokio::time::sleep(wait).await;
+        let read = read(&client, &shared.reading.snapshot_name, &tasks).await.map_err(fault)?;
+        for (task, rows) in tasks.into_iter().zip(read) {
+            shared.progress.read(task.bytes);
+            if answers.send(TableAnswer { table: task.table, side: task.side, rows }).await.is_err() {
+                // The receiver has given up.
+                return Ok(());
+            }
+            let wait = shared.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(task.bytes, Instant::now());
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 
-async fn read(client: &SqlClient, snapshot_name: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, SessionError> {
-    client.import_snapshot(snapshot_name).await?;
-    let rows = client.query("comparing a table", sql, &[]).await?;
-    client.batch("ending a read", "COMMIT").await?;
-    rows.iter().map(Row::texts).collect()
+impl SharedTasks {
+    /// The next task, and those behind it while they are small, each worker's share of them at most.
+    fn next(&self) -> Vec<CompareTask> {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_limited = self.rate.lock().unwrap_or_else(PoisonError::into_inner).bytes_per_second.is_some();
+        let most = if is_limited { 1 } else { tasks.len().div_ceil(self.count.max(1)).min(TOGETHER_MAX) };
+        let (mut next, mut bytes) = (Vec::new(), 0_u64);
+        while let Some(task) = tasks.front() {
+            bytes = bytes.saturating_add(task.bytes);
+            if next.len() >= most || !next.is_empty() && bytes > TOGETHER_BYTES_MAX {
+                break;
+            }
+            next.extend(tasks.pop_front());
+        }
+        next
+    }
+}
+
+/// Tasks whose statements are sent without waiting for answers in between at most, and what they read: their rows wait in memory together.
+const TOGETHER_MAX: usize = 32;
+const TOGETHER_BYTES_MAX: u64 = 4 << 20;
+
+/// Reads each task in a transaction of its own. Where one of its statements fails the answers are not looked at, whatever else was run.
+async fn read(
+    client: &SqlClient,
+    snapshot_name: &str,
+    tasks: &[CompareTask],
+) -> Result<Vec<Vec<Vec<Option<String>>>>, SessionError> {
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot_name));
+    let statements = tasks.iter().flat_map(|task| [BEGIN, &import, &task.sql, "COMMIT"]);
+    let answers = client.query_each("comparing tables", &statements.collect::<Vec<&str>>()).await?;
+    let of_tasks = answers.iter().skip(2).step_by(4);
+    of_tasks.map(|rows| rows.iter().map(Row::texts).collect()).collect()
 }
 
 /// A year: a server may say of a table that it is of any size.
