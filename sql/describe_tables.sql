@@ -2,6 +2,8 @@
 -- Read by session::describe into catalog::schema::TableDefinition, on both ends, PostgreSQL 14 to 18. Columns of catalogs
 -- that older majors lack are reached through to_jsonb, where they are simply absent. Partitions are found in pg_inherits:
 -- pg_partition_tree() would lock every one of them, and all tables are asked for at once.
+-- OFFSET 0 keeps what is looked up by an OID from being joined: planned for one table, a join reads a whole catalog, and it is
+-- carried out for each.
 SELECT pg_catalog.jsonb_build_object(
     'id', c.oid::pg_catalog.int8,
     'schema', n.nspname,
@@ -23,8 +25,11 @@ SELECT pg_catalog.jsonb_build_object(
               FROM (
                   WITH RECURSIVE tree (relid) AS (
                       SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
-                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
-                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t JOIN pg_catalog.pg_class l ON l.oid = t.relid WHERE t.isleaf)
+                      UNION ALL SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (
+                          SELECT x.inhrelid FROM pg_catalog.pg_inherits x WHERE x.inhparent = tree.relid AND NOT x.inhdetachpending OFFSET 0) AS i)
+                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree CROSS JOIN LATERAL (
+                      SELECT x.relkind FROM pg_catalog.pg_class x WHERE x.oid = tree.relid OFFSET 0) AS l) t CROSS JOIN LATERAL (
+                  SELECT x.oid, x.relfilenode FROM pg_catalog.pg_class x WHERE x.oid = t.relid OFFSET 0) AS l WHERE t.isleaf)
         ELSE c.relfilenode::pg_catalog.text END,
     'files', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
@@ -33,9 +38,11 @@ SELECT pg_catalog.jsonb_build_object(
               UNION ALL SELECT t.relid FROM (
                   WITH RECURSIVE tree (relid) AS (
                       SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
-                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
-                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t WHERE c.relkind = 'p' AND t.isleaf) AS m (id)
-        JOIN pg_catalog.pg_class l ON l.oid = m.id), '[]'),
+                      UNION ALL SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (
+                          SELECT x.inhrelid FROM pg_catalog.pg_inherits x WHERE x.inhparent = tree.relid AND NOT x.inhdetachpending OFFSET 0) AS i)
+                  SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree CROSS JOIN LATERAL (
+                      SELECT x.relkind FROM pg_catalog.pg_class x WHERE x.oid = tree.relid OFFSET 0) AS l) t WHERE c.relkind = 'p' AND t.isleaf) AS m (id)
+        CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class x WHERE x.oid = m.id OFFSET 0) AS l), '[]'),
     'replica_identity', c.relreplident,
     'row_security', c.relrowsecurity,
     'is_partition', c.relispartition,
@@ -51,10 +58,11 @@ SELECT pg_catalog.jsonb_build_object(
               UNION ALL SELECT t.relid FROM (
                   WITH RECURSIVE tree (relid) AS (
                       SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
-                      UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
+                      UNION ALL SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (
+                          SELECT x.inhrelid FROM pg_catalog.pg_inherits x WHERE x.inhparent = tree.relid AND NOT x.inhdetachpending OFFSET 0) AS i)
                   SELECT tree.relid FROM tree) t WHERE t.relid <> c.oid) AS m (id)
-        JOIN pg_catalog.pg_class l ON l.oid = m.id
-        LEFT JOIN pg_catalog.pg_class toast ON toast.oid = l.reltoastrelid),
+        CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class x WHERE x.oid = m.id OFFSET 0) AS l
+        LEFT JOIN LATERAL (SELECT * FROM pg_catalog.pg_class x WHERE x.oid = l.reltoastrelid OFFSET 0) AS toast ON true),
     'partitions', CASE WHEN c.relkind = 'p' THEN (
         -- A partition that was created as one has brought no rows. ATTACH is another command than the one that created the
         -- table and its system columns: in another transaction, or later in the same one. It writes every column again, as
@@ -76,10 +84,13 @@ SELECT pg_catalog.jsonb_build_object(
         FROM (
             WITH RECURSIVE tree (relid) AS (
                 SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
-                UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
-            SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) t
-        JOIN pg_catalog.pg_inherits h ON h.inhrelid = t.relid
-        JOIN pg_catalog.pg_attribute s ON s.attrelid = t.relid AND s.attnum = -1) END,
+                UNION ALL SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (
+                    SELECT x.inhrelid FROM pg_catalog.pg_inherits x WHERE x.inhparent = tree.relid AND NOT x.inhdetachpending OFFSET 0) AS i)
+            SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree CROSS JOIN LATERAL (
+                SELECT x.relkind FROM pg_catalog.pg_class x WHERE x.oid = tree.relid OFFSET 0) AS l) t
+        CROSS JOIN LATERAL (SELECT x.*, x.xmin, x.xmax, x.cmin FROM pg_catalog.pg_inherits x WHERE x.inhrelid = t.relid OFFSET 0) AS h
+        CROSS JOIN LATERAL (
+            SELECT x.xmin, x.xmax, x.cmin FROM pg_catalog.pg_attribute x WHERE x.attrelid = t.relid AND x.attnum = -1 OFFSET 0) AS s) END,
     'columns', COALESCE((
         SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'number', a.attnum,
@@ -102,9 +113,13 @@ SELECT pg_catalog.jsonb_build_object(
                     FROM (
                         WITH RECURSIVE tree (relid) AS (
                             SELECT r.oid FROM pg_catalog.pg_class r WHERE r.oid = c.oid AND r.relkind = 'p'
-                            UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending)
-                        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.relid) p
-                    JOIN pg_catalog.pg_attribute l ON l.attrelid = p.relid AND l.attname = a.attname AND NOT l.attisdropped
+                            UNION ALL SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (
+                                SELECT x.inhrelid FROM pg_catalog.pg_inherits x WHERE x.inhparent = tree.relid AND NOT x.inhdetachpending OFFSET 0) AS i)
+                        SELECT tree.relid, l.relkind <> 'p' AS isleaf FROM tree CROSS JOIN LATERAL (
+                            SELECT x.relkind FROM pg_catalog.pg_class x WHERE x.oid = tree.relid OFFSET 0) AS l) p
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM pg_catalog.pg_attribute x
+                        WHERE x.attrelid = p.relid AND x.attname = a.attname AND NOT x.attisdropped OFFSET 0) AS l
                     WHERE p.isleaf) END,
             'collation', CASE WHEN a.attcollation <> t.typcollation AND a.attcollation <> 0 THEN
                 pg_catalog.jsonb_build_object('schema', cn.nspname, 'name', co.collname) END,

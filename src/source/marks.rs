@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use super::error::SourceError;
 use crate::pg::QualifiedName;
 use crate::session::{SessionError, SqlClient};
-use crate::sql::partition_tree;
 
 /// The marks of some tables, with those of their partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,27 +26,7 @@ struct TableMarks {
     parts: BTreeMap<u32, Option<String>>,
 }
 
-const MARKS: &str = concat!(
-    "
-    WITH roots (number, id, persistence) AS (
-        SELECT wanted.number, c.oid, c.relpersistence
-        FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) -- its form takes no schema
-            WITH ORDINALITY AS wanted (schema_name, table_name, number)
-        JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.schema_name
-        JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.table_name
-    ), parts (number, id) AS (
-        SELECT number, id FROM roots
-        UNION SELECT number, t.relid FROM roots CROSS JOIN LATERAL ",
-    partition_tree!("roots.id"),
-    " AS t
-    ), columns (id, mark) AS (
-        SELECT a.attrelid, pg_catalog.md5(pg_catalog.string_agg(
-            a.attnum || ' ' || a.xmin::pg_catalog.text, ',' ORDER BY a.attnum))
-        FROM pg_catalog.pg_attribute a WHERE a.attrelid IN (SELECT id FROM parts) AND a.attnum > 0 GROUP BY a.attrelid
-    )
-    SELECT roots.number, pg_catalog.concat_ws(' ', roots.id, roots.persistence), parts.id::pg_catalog.oid, columns.mark
-    FROM roots JOIN parts USING (number) LEFT JOIN columns ON columns.id = parts.id"
-);
+const MARKS: &str = include_str!("../../sql/table_marks.sql");
 
 impl Marks {
     /// Reads the marks of the tables that have these names now.
