@@ -81,6 +81,7 @@ mod prefix;
 mod replaced;
 mod resnapshot;
 mod reviewed;
+mod round_trips;
 mod resync;
 mod printable;
 mod prepared;

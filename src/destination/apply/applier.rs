@@ -210,7 +210,8 @@ impl Applier {
         };
         let position = batch.end_lsn();
         let advance = Advance { from: self.sent, to: position };
-        let encoded = requests::batch(&mut self.map, advance, &batch, mode, strategy)?.reading_wal(&mut self.map, read_wal);
+        let encoded =
+            requests::batch(&mut self.map, advance, &batch, mode, strategy)?.reading_wal(&mut self.map, read_wal);
         let stores = Some(self.stored_position(position));
         self.sent = position;
         let sent = SentTask { submission: Submission::Batch(batch, strategy), stores, mode };

@@ -1,7 +1,8 @@
-//! A TCP proxy between headwater and a server: it can cut, stall, delay and half-close.
+//! A TCP proxy between headwater and a server: it can cut, stall, delay and half-close, and counts round trips.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,7 +29,47 @@ pub enum Mode {
 pub struct Proxy {
     pub port: u16,
     mode: Arc<watch::Sender<Mode>>,
+    round_trips: RoundTrips,
     task: JoinHandle<()>,
+}
+
+/// How often sessions have sent something behind an answer, by their application_name. Exact over a delayed link only: what is sent
+/// without waiting for answers is on its way before the first one comes.
+#[derive(Clone, Debug, Default)]
+struct RoundTrips(Arc<Mutex<BTreeMap<String, u64>>>);
+
+/// One connection's.
+struct Conversation {
+    round_trips: RoundTrips,
+    application: Mutex<Option<String>>,
+    answered: std::sync::atomic::AtomicBool,
+}
+
+impl Conversation {
+    fn sends(&self, bytes: &[u8]) {
+        let mut application = self.application.lock().unwrap_or_else(PoisonError::into_inner);
+        if application.is_none() {
+            *application = application_name(bytes);
+        }
+        if self.answered.swap(false, std::sync::atomic::Ordering::Relaxed)
+            && let Some(application) = application.as_ref()
+        {
+            let mut counts = self.round_trips.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *counts.entry(application.clone()).or_default() += 1;
+        }
+    }
+
+    fn is_answered(&self) {
+        self.answered.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// What a startup message says.
+fn application_name(bytes: &[u8]) -> Option<String> {
+    let key = b"application_name\0";
+    let at = bytes.windows(key.len()).position(|window| window == key)? + key.len();
+    let value = bytes[at..].split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 impl Drop for Proxy {
@@ -46,6 +87,8 @@ impl Proxy {
         let (mode, _) = watch::channel(Mode::Open);
         let mode = Arc::new(mode);
         let shared = Arc::clone(&mode);
+        let round_trips = RoundTrips::default();
+        let counted = round_trips.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let mode = shared.subscribe();
@@ -54,11 +97,16 @@ impl Proxy {
                 }
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server_port));
                 if let Ok(server) = TcpStream::connect(address).await {
-                    tokio::spawn(connect(client, server, mode));
+                    tokio::spawn(connect(client, server, mode, counted.clone()));
                 }
             }
         });
-        Proxy { port, mode, task }
+        Proxy { port, mode, round_trips, task }
+    }
+
+    /// The round trips since this was asked last, by application_name.
+    pub fn take_round_trips(&self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut *self.round_trips.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on.
@@ -81,12 +129,14 @@ impl Proxy {
     }
 }
 
-async fn connect(client: TcpStream, server: TcpStream, mode: watch::Receiver<Mode>) {
+async fn connect(client: TcpStream, server: TcpStream, mode: watch::Receiver<Mode>, round_trips: RoundTrips) {
+    let conversation =
+        Conversation { round_trips, application: Mutex::default(), answered: std::sync::atomic::AtomicBool::new(true) };
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     tokio::select! {
-        () = pass(client_read, server_write, mode.clone(), true) => {}
-        () = pass(server_read, client_write, mode, false) => {}
+        () = pass(client_read, server_write, mode.clone(), true, &conversation) => {}
+        () = pass(server_read, client_write, mode, false, &conversation) => {}
     }
 }
 
@@ -95,6 +145,7 @@ async fn pass(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
     towards_server: bool,
+    conversation: &Conversation,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -127,8 +178,14 @@ async fn pass(
                 Ok(_) | Err(_) => return,
             },
         };
+        if towards_server {
+            conversation.sends(&buffer[..length]);
+        }
         if let Mode::Delayed(millis) = now {
             tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        if !towards_server {
+            conversation.is_answered();
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
