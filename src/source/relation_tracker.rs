@@ -13,8 +13,8 @@
 //! fingerprint that held at a moment which the stream has passed, and that holds at another moment, of which it is known which
 //! transactions were visible. A fingerprint never comes back once it was another one (it has the catalog rows' xmin, files and OIDs), so
 //! the table was the same all the time, and a description in a transaction that was visible then is of that table. Of a later
-//! transaction the fingerprints are asked again: of many tables in one question, since others come next. What differs is asked about
-//! as above. Only which column a sequence is owned by is in no fingerprint; SET DEFAULT, which makes it matter, is.
+//! transaction the fingerprints are asked again: of some tables in one question, since others come next. What differs is asked about
+//! as above. A standby does not say which transactions were in progress, so there each table is asked about.
 //!
 //! The source names each new partition behind a description of its own, hundreds of them where a transaction fills hundreds. So the
 //! first question about a table is about all partitions that the rest of the step names behind the same description.
@@ -64,11 +64,11 @@ pub type UnseenReport = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 /// A wait that is over sooner is not told.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
-/// How many tables a question about fingerprints has at first: those that a trickle of first changes needs cost the source little. It has
-/// twice as many when the one before was asked a moment ago, so that all tables are asked about soon where all are written.
+/// How many tables and partitions a question about fingerprints has: they cost the source less than one description. It has twice as many
+/// where the one before has saved another question, so that all tables are asked about soon where all are written, and a trickle of first
+/// changes, each of a transaction that commits behind the last question, costs no more than descriptions.
 const LOOKED_AT_FIRST: usize = 16;
 const LOOKED_AT_MAX: usize = 1 << 14;
-const LOOKED_A_MOMENT_AGO: Duration = Duration::from_secs(5);
 
 /// What the catalog said of a table that it describes otherwise than is known; `None`: it does not.
 type Described = Option<(SchemaChange, Shape)>;
@@ -113,6 +113,28 @@ struct Unchanged {
     visible: Arc<VisibleTransactions>,
 }
 
+/// The last question about fingerprints.
+#[derive(Default)]
+struct Looked {
+    /// How many tables and partitions it was to have.
+    most: usize,
+    /// The table that it was asked for.
+    table: Option<RelationId>,
+    /// What was visible.
+    visible: Option<Arc<VisibleTransactions>>,
+    /// Another table's change has passed by what it brought.
+    has_saved: bool,
+}
+
+impl Looked {
+    /// Takes in that a table's change has passed without a question, by what is known of it.
+    fn note(&mut self, table: RelationId, known: Option<&Unchanged>) {
+        let is_by_this =
+            |visible: &Arc<VisibleTransactions>| known.is_some_and(|known| Arc::ptr_eq(visible, &known.visible));
+        self.has_saved |= self.table != Some(table) && self.visible.as_ref().is_some_and(is_by_this);
+    }
+}
+
 /// Where the held step is cut: in front of this change, since its table has changed.
 struct StepCut {
     index: usize,
@@ -154,8 +176,8 @@ pub struct RelationTracker {
     unchanged: HashMap<RelationId, Unchanged>,
     /// Of what their fingerprints are.
     publication: Option<Ident>,
-    /// How many tables the last question about fingerprints had, and when that was.
-    looked: Option<(usize, Instant)>,
+    /// The last question about fingerprints.
+    looked: Looked,
     /// The session of the last question, and when that was.
     session: Option<(SqlClient, Instant)>,
     ready: VecDeque<Step>,
@@ -188,7 +210,7 @@ impl RelationTracker {
             confirming: None,
             unchanged: HashMap::new(),
             publication: None,
-            looked: None,
+            looked: Looked::default(),
             session: None,
             ready: VecDeque::new(),
         }
@@ -197,6 +219,9 @@ impl RelationTracker {
     /// With tables of which nothing needs to be asked at first.
     pub fn with_unchanged(mut self, tables: UnchangedTables) -> RelationTracker {
         let UnchangedTables { digests, visible, publication } = tables;
+        if visible.in_recovery() {
+            return self;
+        }
         let visible = Arc::new(visible);
         let unchanged = |digest| Unchanged { digest, visible: Arc::clone(&visible) };
         self.unchanged = digests.into_iter().map(|(table, digest)| (table, unchanged(digest))).collect();
@@ -297,6 +322,7 @@ impl RelationTracker {
             if !is_unchanged(&self.unchanged, &self.shapes, &relation, self.transaction) {
                 return self.ask(0, relation);
             }
+            self.looked.note(relation.id, self.unchanged.get(&relation.id));
             self.seen.insert(relation.id, relation);
         }
         self.confirming = Some(Confirming::Answered(true));
@@ -353,7 +379,7 @@ impl RelationTracker {
         Ok(())
     }
 
-    /// Takes in the digests of fingerprints: a table that has another one, or none, is asked about by itself.
+    /// Takes in the digests of fingerprints: a table that has another one, or none, is asked about by itself, and on a standby each is.
     fn looked_at_fingerprints(
         &mut self,
         tables: &[RelationId],
@@ -361,9 +387,10 @@ impl RelationTracker {
         digests: &HashMap<RelationId, String>,
     ) {
         let visible = Arc::new(visible);
+        self.looked.visible = Some(Arc::clone(&visible));
         for table in tables {
             match self.unchanged.get_mut(table) {
-                Some(unchanged) if digests.get(table) == Some(&unchanged.digest) => {
+                Some(unchanged) if digests.get(table) == Some(&unchanged.digest) && !visible.in_recovery() => {
                     unchanged.visible = Arc::clone(&visible);
                 }
                 Some(_) | None => drop(self.unchanged.remove(table)),
@@ -376,17 +403,29 @@ impl RelationTracker {
         if !self.unchanged.contains_key(&relation.id) || !self.knows(relation) {
             return Vec::new();
         }
-        let most = match self.looked {
-            Some((before, at)) if at.elapsed() < LOOKED_A_MOMENT_AGO => (2 * before).min(LOOKED_AT_MAX),
-            Some(_) | None => LOOKED_AT_FIRST,
+        let most = match self.looked.has_saved {
+            true => (2 * self.looked.most).min(LOOKED_AT_MAX),
+            false => LOOKED_AT_FIRST,
         };
-        self.looked = Some((most, Instant::now()));
+        self.looked = Looked { most, table: Some(relation.id), ..Looked::default() };
         let others = self.unchanged.iter().filter(|(table, _)| **table != relation.id);
         let mut others: Vec<(&RelationId, &Unchanged)> =
             others.filter(|(table, _)| !self.seen.contains_key(*table)).collect();
         // Those first that were not asked about lately, and are not known of this transaction.
         others.sort_by_key(|(table, unchanged)| (unchanged.visible.newest(), **table));
-        std::iter::once(relation.id).chain(others.into_iter().map(|(table, _)| *table)).take(most).collect()
+        let mut room = most.saturating_sub(self.members(relation.id));
+        let others = others.into_iter().map(|(table, _)| *table).take_while(|table| {
+            let members = self.members(*table);
+            let fits = members <= room;
+            room = room.saturating_sub(members);
+            fits
+        });
+        std::iter::once(relation.id).chain(others).collect()
+    }
+
+    /// A table and the partitions that it is known to have.
+    fn members(&self, table: RelationId) -> usize {
+        1 + self.shapes.get(&table).map_or(0, |shape| shape.partitions.len())
     }
 
     /// Takes in what is known now of a relation.
@@ -457,7 +496,8 @@ impl RelationTracker {
     }
 
     fn next_unseen(&mut self) -> Option<(usize, Arc<Relation>)> {
-        let RelationTracker { held, looked_at, seen, truncated, shapes, asked, unchanged, transaction, .. } = self;
+        let RelationTracker { held, looked_at, seen, truncated, shapes, asked, unchanged, looked, transaction, .. } =
+            self;
         let changes = changes_of(held.as_ref());
         let mut last: Option<&Arc<Relation>> = None;
         for (index, change) in changes.iter().enumerate().skip(*looked_at) {
@@ -488,6 +528,7 @@ impl RelationTracker {
                         seen.insert(relation.id, Arc::clone(relation));
                     }
                     Some(_) | None if is_unchanged(unchanged, shapes, relation, *transaction) => {
+                        looked.note(relation.id, unchanged.get(&relation.id));
                         seen.insert(relation.id, Arc::clone(relation));
                     }
                     Some(_) | None => return Some((index, Arc::clone(relation))),
@@ -569,7 +610,7 @@ fn is_unchanged(
     relation: &Relation,
     transaction: u32,
 ) -> bool {
-    unchanged.get(&relation.id).is_some_and(|unchanged| unchanged.visible.contains(transaction))
+    unchanged.get(&relation.id).is_some_and(|unchanged| unchanged.visible.covers(transaction))
         && shapes.get(&relation.id).is_some_and(|shape| shape.describes(relation))
         && knows_leaves(shapes.get(&relation.id), relation)
 }
@@ -860,7 +901,7 @@ mod tests {
     }
 
     /// A tracker of tables 1 to `tables`, of which it is known that they had not changed when transactions before 5 were visible.
-    fn asked_of_unchanged(tables: u32) -> Asked {
+    fn asked_of_unchanged(tables: u32, in_recovery: bool) -> Asked {
         let mut asked = asked();
         let column = ShapeColumn {
             number: 1,
@@ -884,7 +925,7 @@ mod tests {
         };
         asked.tracker.shapes.extend((1..=tables).map(|table| (RelationId(table), shape.clone())));
         let digests = (1..=tables).map(|table| (RelationId(table), "d".to_owned())).collect();
-        let visible = VisibleTransactions::parse("5:5:").unwrap();
+        let visible = VisibleTransactions::parse("5:5:", in_recovery).unwrap();
         let unchanged = UnchangedTables { digests, visible, publication: Ident::new("p") };
         asked.tracker = asked.tracker.with_unchanged(unchanged);
         asked.tracker.transaction = 4;
@@ -893,7 +934,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_that_is_known_not_to_have_changed_is_asked_about_by_later_transactions_alone() {
-        let mut asked = asked_of_unchanged(2);
+        let mut asked = asked_of_unchanged(2, false);
         let mut named = Relation::clone(&relation(1));
         named.leaves.add(RelationId(11));
         let mut unknown = named.clone();
@@ -905,7 +946,7 @@ mod tests {
         assert!(asked.questions.is_empty(), "{:?}", asked.questions);
         asked.push(transaction(vec![insert(&Arc::new(unknown)), insert(&Arc::new(altered))]), |_| false);
         assert_eq!(asked.questions, [(0, RelationId(1)), (1, RelationId(2))], "an unknown partition, other columns");
-        let mut asked = asked_of_unchanged(2);
+        let mut asked = asked_of_unchanged(2, false);
         asked.tracker.transaction = 5;
         asked.push(transaction(vec![insert(&relation(1))]), |_| false);
         assert_eq!(asked.questions, [(0, RelationId(1))], "it has committed since");
@@ -913,20 +954,58 @@ mod tests {
 
     #[tokio::test]
     async fn fingerprints_are_asked_for_of_many_tables_and_what_differs_is_asked_about_itself() {
-        let mut asked = asked_of_unchanged(100);
+        let mut asked = asked_of_unchanged(200, false);
         asked.tracker.transaction = 7;
+        // Each table has one partition.
         let looked_at = asked.tracker.tables_to_look_at(&relation(50));
-        assert_eq!((looked_at.len(), looked_at.first()), (LOOKED_AT_FIRST, Some(&RelationId(50))));
-        assert_eq!(asked.tracker.tables_to_look_at(&relation(50)).len(), 2 * LOOKED_AT_FIRST, "a moment later");
-        let tables = [1, 2, 3].map(RelationId);
-        let digests = [(RelationId(1), "d".to_owned()), (RelationId(2), "e".to_owned())].into_iter().collect();
-        asked.tracker.looked_at_fingerprints(&tables, VisibleTransactions::parse("9:9:").unwrap(), &digests);
+        assert_eq!((looked_at.len(), looked_at.first()), (LOOKED_AT_FIRST / 2, Some(&RelationId(50))));
+        assert_eq!(asked.tracker.tables_to_look_at(&relation(51)).len(), LOOKED_AT_FIRST / 2, "it has saved none");
+        let tables = [51, 1, 2, 3].map(RelationId);
+        let digest = |(table, digest): (u32, &str)| (RelationId(table), digest.to_owned());
+        let digests = [(51, "d"), (1, "d"), (2, "e")].map(digest).into_iter().collect();
+        let visible = VisibleTransactions::parse("9:9:", false).unwrap();
+        asked.tracker.looked_at_fingerprints(&tables, visible, &digests);
+        asked.push(transaction(vec![insert(&relation(51))]), |_| false);
+        assert!(!asked.tracker.looked.has_saved, "the table that was asked for");
         let changes = [relation(1), relation(2), relation(3), relation(4)];
         asked.push(transaction(changes.iter().map(insert).collect()), |_| false);
         let numbers: Vec<u32> = asked.questions.iter().map(|(_, table)| table.0).collect();
         assert_eq!(numbers, [2, 3, 4], "another one, none any more, not asked for");
         let again = asked.tracker.tables_to_look_at(&relation(2));
         assert!(again.is_empty(), "its own description is asked for from here on");
+    }
+
+    #[tokio::test]
+    async fn a_question_that_saves_another_is_followed_by_one_about_twice_as_many() {
+        let mut asked = asked_of_unchanged(200, false);
+        asked.tracker.transaction = 7;
+        let mut most = LOOKED_AT_FIRST / 2;
+        for table in [100, 110, 120] {
+            let looked_at = asked.tracker.tables_to_look_at(&relation(table));
+            assert_eq!(looked_at.len(), most);
+            let digests = looked_at.iter().map(|table| (*table, "d".to_owned())).collect();
+            let visible = VisibleTransactions::parse(&format!("{0}:{0}:", 9 + table), false).unwrap();
+            asked.tracker.looked_at_fingerprints(&looked_at, visible, &digests);
+            let saved = looked_at.last().unwrap().0;
+            asked.push(transaction(vec![insert(&relation(saved))]), |_| false);
+            assert!(asked.questions.is_empty(), "{:?}", asked.questions);
+            most *= 2;
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_standby_no_table_is_known_not_to_have_changed() {
+        let mut asked = asked_of_unchanged(2, true);
+        asked.push(transaction(vec![insert(&relation(1))]), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1))], "at the start");
+        let mut asked = asked_of_unchanged(2, false);
+        asked.tracker.transaction = 7;
+        let visible = VisibleTransactions::parse("9:9:", true).unwrap();
+        let digests = [(RelationId(1), "d".to_owned())].into_iter().collect();
+        asked.tracker.looked_at_fingerprints(&[RelationId(1)], visible, &digests);
+        assert!(asked.tracker.tables_to_look_at(&relation(1)).is_empty(), "it was no standby at the start");
+        asked.push(transaction(vec![insert(&relation(1))]), |_| false);
+        assert_eq!(asked.questions, [(0, RelationId(1))]);
     }
 
     #[test]

@@ -64,7 +64,13 @@ impl TableLocks {
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
         let bound = format!("SET LOCAL lock_timeout = {}", lock_timeout.as_millis());
         client.statement_behind("BEGIN", LOCKING, &bound).await?;
-        if lock_together(&client, &tables).await? {
+        // It bounds the wait for each table, and one statement waits for all of them.
+        let each = client.timeout();
+        let all = each.saturating_mul(u32::try_from(tables.len()).unwrap_or(u32::MAX).max(1));
+        let client = client.with_timeout(all);
+        let are_locked = lock_together(&client, &tables).await?;
+        let client = client.with_timeout(each);
+        if are_locked {
             return Ok(TableLocks { client });
         }
         for table in tables {
@@ -245,6 +251,7 @@ impl HeldSnapshot {
 /// A snapshot's text as `pg_current_snapshot()` gives it: `xmin:xmax:xip,…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Snapshot {
+    xmin: u64,
     xmax: u64,
     in_progress: Vec<u64>,
 }
@@ -252,9 +259,9 @@ struct Snapshot {
 impl Snapshot {
     fn parse(text: &str) -> Option<Snapshot> {
         let mut parts = text.split(':');
-        let (_xmin, xmax, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+        let (xmin, xmax, list) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
         let in_progress: Result<Vec<u64>, _> = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect();
-        Some(Snapshot { xmax, in_progress: in_progress.ok()? })
+        Some(Snapshot { xmin, xmax, in_progress: in_progress.ok()? })
     }
 
     /// The transaction whose xid has these last 32 bits, of those near to the newest ones.
@@ -287,7 +294,11 @@ async fn current_snapshot(client: &SqlClient) -> Result<String, SourceError> {
 
 /// The transactions that every question sees which a session asks from a moment on.
 #[derive(Clone, Debug)]
-pub struct VisibleTransactions(Snapshot);
+pub struct VisibleTransactions {
+    snapshot: Snapshot,
+    /// A standby's snapshot, in which `pg_current_snapshot()` lists none that is in progress.
+    in_recovery: bool,
+}
 
 impl VisibleTransactions {
     /// Those that are visible now.
@@ -296,24 +307,42 @@ impl VisibleTransactions {
     /// [`SessionError`].
     pub async fn read(client: &SqlClient) -> Result<VisibleTransactions, SessionError> {
         const DOING: &str = "reading the snapshot";
-        let row = client.query_one(DOING, "SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
-        let snapshot = Snapshot::parse(row.get(0)?).ok_or_else(|| SessionError::protocol(DOING, "no snapshot"))?;
-        Ok(VisibleTransactions(snapshot))
+        // In this order: a standby that was promoted between the two counts as one.
+        let asked = ["SELECT pg_catalog.pg_is_in_recovery()", "SELECT pg_catalog.pg_current_snapshot()::text"];
+        let answers = client.query_each(DOING, &asked).await?;
+        let [recovery, snapshot] = answers.as_slice() else { return Err(SessionError::protocol(DOING, "no answer")) };
+        let (Some(recovery), Some(snapshot)) = (recovery.first(), snapshot.first()) else {
+            return Err(SessionError::protocol(DOING, "no row"));
+        };
+        let in_recovery = recovery.get(0)?;
+        let snapshot = Snapshot::parse(snapshot.get(0)?).ok_or_else(|| SessionError::protocol(DOING, "no snapshot"))?;
+        Ok(VisibleTransactions { snapshot, in_recovery })
     }
 
     #[cfg(test)]
-    pub(super) fn parse(text: &str) -> Option<VisibleTransactions> {
-        Snapshot::parse(text).map(VisibleTransactions)
+    pub(super) fn parse(text: &str, in_recovery: bool) -> Option<VisibleTransactions> {
+        Snapshot::parse(text).map(|snapshot| VisibleTransactions { snapshot, in_recovery })
     }
 
     /// The newest of them, or one that is under way: later ones have higher numbers.
     pub(super) fn newest(&self) -> u64 {
-        self.0.xmax
+        self.snapshot.xmax
     }
 
-    /// Whether one is among them, by its xid in the stream.
+    /// Whether they are a standby's, where [`Self::covers`] says yes of few.
+    pub(super) fn in_recovery(&self) -> bool {
+        self.in_recovery
+    }
+
+    /// Whether one is among them of which the stream has brought the commit, by its xid there.
     pub fn contains(&self, xid: u32) -> bool {
-        self.0.shows(self.0.nearest(xid))
+        self.snapshot.shows(self.snapshot.nearest(xid))
+    }
+
+    /// Whether one is among them for certain, even if it may have been in progress at that moment.
+    pub fn covers(&self, xid: u32) -> bool {
+        let xid = self.snapshot.nearest(xid);
+        if self.in_recovery { xid < self.snapshot.xmin } else { self.snapshot.shows(xid) }
     }
 }
 
@@ -348,6 +377,15 @@ mod tests {
         assert!(sees(3) && sees(u32::MAX - 5), "committed");
         assert!(!sees(u32::MAX) && !sees(8), "running");
         assert!(!sees(10) && !sees(20), "still to come");
+    }
+
+    #[test]
+    fn a_standby_shows_for_certain_what_is_older_than_all_that_could_be_in_progress() {
+        let primary = VisibleTransactions::parse("10:20:12", false).unwrap();
+        let standby = VisibleTransactions::parse("10:20:", true).unwrap();
+        assert!(primary.covers(9) && primary.covers(15) && !primary.covers(12) && !primary.covers(20));
+        assert!(standby.covers(9) && !standby.covers(10) && !standby.covers(12) && !standby.covers(15));
+        assert!(standby.contains(15), "the stream has brought its commit, which is replayed before");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl LookPace {
     /// The look that the stream waits for, if it is to be taken now. One whose transaction the last look has seen is answered.
     pub(super) async fn due(&self, client: &SqlClient, asked: &LooksAsked) -> Result<Due, SessionError> {
         let Some(open) = asked.open() else { return Ok(Due::Nothing) };
-        if self.seen.as_ref().is_some_and(|seen| seen.contains(open.transaction)) {
+        if self.seen.as_ref().is_some_and(|seen| seen.covers(open.transaction)) {
             asked.answer(open);
             return Ok(Due::Nothing);
         }

@@ -354,3 +354,43 @@ async fn check_tells_of_a_slot_that_no_standby_can_hold_ready() {
     assert!(done, "{said}");
     assert!(find(&findings(&setup).await, "warning", message).is_none(), "what it prints mends it");
 }
+
+/// pg_current_snapshot() lists no transaction in progress on a standby, so this one looks as if it had been seen whole at the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_replaced_by_a_transaction_under_way_is_followed_on_a_standby() {
+    let Some((first, second)) = pair(16, &[], &[]).await else { return };
+    let schema = "CREATE TABLE a (id int PRIMARY KEY, c int); CREATE TABLE b (id int PRIMARY KEY);
+                  INSERT INTO a SELECT i, i FROM generate_series(1, 5) i";
+    let database = Database::on(&first, destination().await, "underway", &["public.a", "public.b"], schema).await;
+    let at_standby = second.connect("postgres").await.unwrap();
+    database.at_source(&format!("CREATE PUBLICATION {} FOR TABLE a, b", database.name)).await;
+    replayed(&database, &at_standby).await;
+    let mut setup = Setup::of(&database);
+    setup.source_url = format!("postgresql://postgres@127.0.0.1:{}/{}", second.port(), database.name);
+    let service = setup.start();
+    eventually("it streams", || async {
+        database.at_source("SELECT pg_log_standby_snapshot()").await;
+        (service.status().await?["state"] == "streaming").then_some(())
+    })
+    .await;
+    service.stop().await;
+
+    let under_way = first.connect(&database.name).await.unwrap();
+    under_way.batch("it has an xid", "BEGIN; INSERT INTO public.b VALUES (1)").await.unwrap();
+    database.at_source("INSERT INTO b VALUES (2)").await;
+    replayed(&database, &at_standby).await;
+    let service = setup.start();
+    service.streams().await;
+    let replace = "ALTER TABLE public.a DROP COLUMN c; ALTER TABLE public.a ADD COLUMN c int;
+                   INSERT INTO public.a VALUES (7, 7); COMMIT";
+    under_way.batch("it replaces the column", replace).await.unwrap();
+    // It is copied again, and a slot of a standby waits for the primary to log its running transactions.
+    eventually("the rows are those of the new column", || async {
+        database.at_source("SELECT pg_log_standby_snapshot()").await;
+        let rows = database.destination_value("SELECT count(*) || ', ' || count(c) FROM a").await;
+        (rows.as_deref() == Some("6, 1")).then_some(())
+    })
+    .await;
+    database.assert_equal().await;
+    service.stop().await;
+}
