@@ -63,6 +63,23 @@ constraints (root, facts) AS (
     JOIN pg_catalog.pg_constraint k ON k.conrelid = w.id AND k.contype IN ('c', 'f', 'x')
     GROUP BY k.conrelid
 ),
+-- What else describe_tables.sql says of columns: sequences that they own, and NOT NULL that is not valid yet, from 18 on. It concerns
+-- no row, so it is in the digest alone.
+owned (root, facts) AS (
+    SELECT d.refobjid, pg_catalog.jsonb_agg(
+        pg_catalog.jsonb_build_array(d.refobjsubid, d.objid::pg_catalog.int8) ORDER BY d.refobjsubid, d.objid)
+    FROM wanted w
+    JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = w.id
+        AND d.refobjsubid > 0 AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i')
+    JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+    GROUP BY d.refobjid
+),
+not_valid (root, facts) AS (
+    SELECT k.conrelid, pg_catalog.jsonb_agg(k.oid::pg_catalog.int8 ORDER BY k.oid)
+    FROM wanted w
+    JOIN pg_catalog.pg_constraint k ON k.conrelid = w.id AND k.contype = 'n' AND NOT k.convalidated
+    GROUP BY k.conrelid
+),
 -- Types that are not built in, and those that they are made of.
 used (root, id) AS (
     SELECT DISTINCT w.id, a.atttypid
@@ -111,7 +128,7 @@ types (root, facts) AS (
 control (system_identifier, catalog_version_no) AS MATERIALIZED (
     SELECT s.system_identifier, s.catalog_version_no FROM pg_catalog.pg_control_system() s
 ),
-facts (id, text) AS MATERIALIZED (
+facts (id, text, more) AS MATERIALIZED (
     SELECT w.id, pg_catalog.jsonb_build_object(
         -- A restore or an upgrade rewrites the catalogs, and their xmin then says nothing about the time before.
         'server', (SELECT pg_catalog.jsonb_build_array(k.system_identifier::pg_catalog.text, k.catalog_version_no) FROM control k),
@@ -126,16 +143,19 @@ facts (id, text) AS MATERIALIZED (
         'publication', (SELECT pg_catalog.jsonb_build_array(
             b.xmin::pg_catalog.text::pg_catalog.int8, b.oid::pg_catalog.int8, b.pubowner::pg_catalog.int8)
             FROM pg_catalog.pg_publication b WHERE b.pubname = $2::pg_catalog.text)
-    )::pg_catalog.text
+    )::pg_catalog.text,
+        COALESCE(s.facts::pg_catalog.text, '') || COALESCE(v.facts::pg_catalog.text, '')
     FROM wanted w
     JOIN members m ON m.root = w.id
     LEFT JOIN columns c ON c.root = w.id
     LEFT JOIN keys k ON k.root = w.id
     LEFT JOIN constraints o ON o.root = w.id
     LEFT JOIN types t ON t.root = w.id
+    LEFT JOIN owned s ON s.root = w.id
+    LEFT JOIN not_valid v ON v.root = w.id
     LEFT JOIN (
         SELECT r.oid, r.prrelid FROM pg_catalog.pg_publication_rel r
         JOIN pg_catalog.pg_publication named ON named.oid = r.prpubid AND named.pubname = $2::pg_catalog.text
     ) AS p ON p.prrelid = w.id
 )
-SELECT f.id, pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend(f.text)), 'hex'), CASE WHEN $3::pg_catalog.bool THEN f.text END FROM facts f
+SELECT f.id, pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend(f.text || f.more)), 'hex'), CASE WHEN $3::pg_catalog.bool THEN f.text END FROM facts f

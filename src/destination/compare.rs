@@ -88,7 +88,7 @@ impl Lists {
                 let function = sql::create_list_function(&staging.schema);
                 staging_schema::create_function(client, DOING, &staging.schema, &function).await?;
             }
-            tables.push(NewTable { name: list.clone(), statements: statements.to_vec() });
+            tables.push(NewTable { name: list.clone(), reads: None, statements: statements.to_vec() });
             lists.insert(table.live.clone(), list);
         }
         staging_schema::create_tables(client, DOING, &tables).await?;

@@ -13,7 +13,7 @@ use super::error::DestinationError;
 use crate::catalog::fingerprint::Fingerprint;
 use crate::catalog::leaves::KnownLeaves;
 use crate::pg::{QualifiedName, RelationId};
-use crate::session::{FingerprintFacts, SessionError, SqlClient};
+use crate::session::{FingerprintFacts, SessionError, SqlClient, SqlState};
 
 const DOING: &str = "reading headwater.shapes";
 
@@ -50,7 +50,11 @@ pub async fn remembered_fingerprints(
     let sql = "SELECT t.source_id, t.schema_name, t.table_name, pg_catalog.to_jsonb(s) ->> 'fingerprint',
                       s.shape ->> 'partitions', s.shape ->> 'empty_partitions'
                FROM headwater.tables t JOIN headwater.shapes s ON s.source_id = t.source_id WHERE t.state = 'live'";
-    let rows = client.query(DOING, sql, &[]).await?;
+    let rows = match client.query(DOING, sql, &[]).await {
+        // An earlier version's bookkeeping may lack a table, until the stream begins.
+        Err(error) if error.code() == Some(SqlState::new(b"42P01")) => return Ok(HashMap::new()),
+        rows => rows?,
+    };
     let read = rows.iter().map(|row| {
         let facts = row.get::<Option<&str>>(3)?.map(FingerprintFacts::from_document).transpose()?.flatten();
         let name = QualifiedName::new(row.get::<&str>(1)?, row.get::<&str>(2)?);

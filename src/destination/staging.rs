@@ -330,6 +330,7 @@ impl Staging {
             QualifiedName { schema: self.schema.clone(), name: Ident::new(format!("t{}", self.tables.len())) };
         // The stream also brings what the live table generates by itself.
         let create = sql::create_plain(&staging, &name, &held);
+        let reads = name.clone();
         let always = |column: &&ColumnDefinition| column.identity == Some(IdentityColumn::Always);
         let fixed: Vec<Ident> = live.columns.iter().filter(always).map(|column| column.name.clone()).collect();
         self.tables.push(StagedTable {
@@ -346,7 +347,7 @@ impl Staging {
             overrides_identity: !fixed.is_empty(),
             writing_locks: lock_budget::of_writing(live),
         });
-        NewTable { name: staging, statements: vec![create] }
+        NewTable { name: staging, reads: Some(reads), statements: vec![create] }
     }
 
     fn prepare_new(&mut self, table: TableToCopy, source_types: &Types, types: &ResolvedTypes) -> NewTable {
@@ -393,7 +394,7 @@ impl Staging {
             overrides_identity: false,
             writing_locks: 0,
         });
-        NewTable { name: staging, statements: create.sql }
+        NewTable { name: staging, reads: None, statements: create.sql }
     }
 
     /// Gives staging a position of its own, from which the stream can be applied to it.

@@ -107,20 +107,33 @@ pub(super) async fn create_table<S: AsRef<str>>(
 /// A table of staging that is to be created.
 pub(super) struct NewTable {
     pub(super) name: QualifiedName,
+    /// Somebody else's table that is read for it.
+    pub(super) reads: Option<QualifiedName>,
     /// What creates it, and all that belongs to it.
     pub(super) statements: Vec<String>,
 }
 
-/// The same for any number of tables, some in each transaction.
+/// The same for any number of tables, some in each transaction. None waits for a table that is read while it holds another one: those
+/// that are not to be had at once are created one by one.
 pub(super) async fn create_tables(
     client: &SqlClient,
     doing: &'static str,
     tables: &[NewTable],
 ) -> Result<(), DestinationError> {
     for tables in tables.chunks(TABLES_AT_ONCE) {
-        let statements: Vec<&String> = tables.iter().flat_map(|table| &table.statements).collect();
+        let read: Vec<String> =
+            tables.iter().filter_map(|table| Some(format!("ONLY {}", table.reads.as_ref()?.sql()))).collect();
+        let lock = (!read.is_empty()).then(|| format!("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT", read.join(", ")));
+        let statements: Vec<&String> = lock.iter().chain(tables.iter().flat_map(|table| &table.statements)).collect();
         let names: Vec<&QualifiedName> = tables.iter().map(|table| &table.name).collect();
-        in_transaction(client, doing, &statements, withhold(client, doing, &names)).await?;
+        match in_transaction(client, doing, &statements, withhold(client, doing, &names)).await {
+            Err(DestinationError::Session(error)) if lock.is_some() && error.server().is_some() => {
+                for table in tables {
+                    create_table(client, doing, &table.name, &table.statements).await?;
+                }
+            }
+            created => created?,
+        }
     }
     Ok(())
 }

@@ -393,6 +393,11 @@ impl SqlClient {
         self
     }
 
+    /// How long one of its statements may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// TLS that is in force, in words; `None` without.
     pub fn tls(&self) -> Option<&str> {
         self.tls.as_deref()
