@@ -67,7 +67,7 @@ pub struct ListedDifferences {
 
 const DOING: &str = "comparing with staging";
 
-/// Tables whose statements are sent together at most, and their bytes: progress is told behind them, and a session that ends for a slow
+/// Tables whose statements are sent together at most, and their bytes: progress is shown behind them, and a session that ends for a slow
 /// answer has worked on little.
 pub(super) const TOGETHER_MAX: usize = 64;
 pub(super) const TOGETHER_BYTES_MAX: u64 = 16 << 20;

@@ -114,7 +114,7 @@ pub(super) struct NewTable {
 }
 
 /// The same for any number of tables, some in each transaction. None waits for a table that is read while it holds another one: those
-/// that are not to be had at once are created one by one.
+/// that cannot be locked at once are created one by one.
 pub(super) async fn create_tables(
     client: &SqlClient,
     doing: &'static str,

@@ -933,7 +933,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_table_that_is_known_not_to_have_changed_is_asked_about_by_later_transactions_alone() {
+    async fn a_table_known_not_to_have_changed_is_asked_about_by_later_transactions_alone() {
         let mut asked = asked_of_unchanged(2, false);
         let mut named = Relation::clone(&relation(1));
         named.leaves.add(RelationId(11));
@@ -953,7 +953,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fingerprints_are_asked_for_of_many_tables_and_what_differs_is_asked_about_itself() {
+    async fn what_has_another_fingerprint_is_asked_about_itself() {
         let mut asked = asked_of_unchanged(200, false);
         asked.tracker.transaction = 7;
         // Each table has one partition.

@@ -138,7 +138,7 @@ impl TableLocks {
     }
 }
 
-/// Locks all tables by one statement, in their order. `false`: one is not to be had so, which the caller finds; none is locked.
+/// Locks all tables by one statement, in their order. `false`: one cannot be locked so, which the caller finds; none is locked.
 async fn lock_together(client: &SqlClient, tables: &[&TableDefinition]) -> Result<bool, SourceError> {
     if tables.is_empty() {
         return Ok(true);

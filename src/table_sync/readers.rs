@@ -146,7 +146,7 @@ async fn lock(reader: &mut Connection, tables: &[QualifiedName], timeout: Durati
     let statements = ["SAVEPOINT locking", &lock, "RELEASE SAVEPOINT locking"];
     match reader.statements(&statements, DOING, timeout).await {
         Ok(()) => return Ok(()),
-        // One of them is not to be had so: it is found one by one.
+        // One of them cannot be locked so: it is found one by one.
         Err(error) if error.server().is_some_and(|server| !server.fatal) => {
             let without = "ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking";
             reader.simple_query(without, DOING, timeout).await.map_err(SourceError::Session)?;
