@@ -286,12 +286,17 @@ impl TableChange<'_> {
         evolution.statements.extend(statements);
     }
 
-    /// Columns that are computed at the destination are added where they are missing, and get the source's expression of now. A server
-    /// before 17 cannot change one: then the operator makes the column again.
+    /// Columns that are computed at the destination are added where they are missing, and get the source's expression of now, whether the
+    /// source sends their values or not. A server before 17 cannot change one: then the operator makes the column again.
     pub(super) fn set_generated(&self, evolution: &mut Evolution) {
         let table = &self.known.name;
         let is_sent = |column: &ColumnDefinition| self.relation.columns.iter().any(|sent| sent.name == column.name);
-        for column in self.source.table.columns.iter().filter(|column| column.generated.is_some() && !is_sent(column)) {
+        let is_computed = |column: &ColumnDefinition| {
+            let here = self.destination.table.column(&column.name);
+            !is_sent(column) || here.is_some_and(|here| here.generated.is_some())
+        };
+        let generated = self.source.table.columns.iter().filter(|column| column.generated.is_some());
+        for column in generated.filter(|column| is_computed(column)) {
             // A column of this name that is renamed makes room for it.
             let leaves =
                 |name: &Ident| self.known.columns.iter().any(|known| known.name == *name && self.is_renamed(known));
