@@ -49,7 +49,7 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
     let mut behind_proxy = setup.clone();
     behind_proxy.destination_url = proxy.in_place_of(&behind_proxy.destination_url);
     let mut next = 1;
-    let mut restarts = Vec::new();
+    let (mut restarts, mut frozen) = (Vec::new(), Vec::new());
     let rounds = std::env::var("HEADWATER_TAKEOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let ways = [Going::Killed, Going::Frozen, Going::CutOff, Going::Stopped, Going::Stopped, Going::Stopped];
     for going in ways.repeat(rounds) {
@@ -64,8 +64,10 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
         let gap = longest_gap(&database, &mut next, 5).await;
         println!("leader {going:?}: the next change is there after {} ms", gap.as_millis());
         assert!(gap < Duration::from_secs(10), "{going:?}: {gap:?}");
-        if going == Going::Stopped {
-            restarts.push(gap);
+        match going {
+            Going::Stopped => restarts.push(gap),
+            Going::Frozen => frozen.push(gap),
+            Going::Killed | Going::CutOff => {}
         }
         // It wakes, or its link is whole again: it must not write.
         match going {
@@ -82,7 +84,6 @@ async fn another_instance_applies_soon_after_the_leader_went_however_it_went() {
         database.assert_equal().await;
         standby.stop().await;
     }
-    // A rolling restart. On a busy machine one of them may take longer.
-    let shortest = restarts.iter().min().copied().unwrap_or(Duration::MAX);
-    assert!(shortest < Duration::from_secs(2), "{restarts:?}");
+    // A rolling restart does not wait for leader_timeout, as a frozen leader is waited for. On a busy machine one of them may take longer.
+    assert!(restarts.iter().min() < frozen.iter().min(), "{restarts:?}, {frozen:?}");
 }
