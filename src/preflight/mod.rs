@@ -11,6 +11,7 @@ pub(crate) mod cascades;
 pub(crate) mod collations;
 pub(crate) mod enum_labels;
 pub(crate) mod fingerprints;
+pub(crate) mod generated_columns;
 pub(crate) mod history;
 pub(crate) mod hosts;
 pub(crate) mod leadership;

@@ -29,6 +29,7 @@ use crate::pg::{
 };
 use crate::preflight::addresses::Addresses;
 use crate::preflight::attribute_names::{AllowedChanges, follow_types};
+use crate::preflight::generated_columns::computed_otherwise;
 use crate::preflight::missing_objects::{lacking, to_create};
 use crate::preflight::resync_requests::ResyncRequests;
 use crate::preflight::suspended_tables::suspended;
@@ -179,6 +180,12 @@ pub(crate) async fn prepare(
     let Beginning { start, added } = preparing.decide(&source, &destination.catalog, &known).await?;
     let copies = matches!(start, Start::Snapshot { .. });
     preparing.publish(&mut source, &known, copies).await?;
+    if (copies || !added.is_empty())
+        && let Some(report) =
+            computed_otherwise(bookkeeping.client(), &source.catalog, &destination.catalog).await?.into_iter().next()
+    {
+        return Err(Fault::Refused(report));
+    }
     if (copies || !added.is_empty())
         && let Some(report) = lacking(&source.client, bookkeeping.client(), &source.catalog, &destination.catalog)
             .await?

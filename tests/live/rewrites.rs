@@ -2,6 +2,7 @@
 //! tables that were unlogged or out of the publication for a while. Nobody writes the tables afterwards.
 
 use crate::support::database::partitioned_table;
+use crate::support::findings::{failed, fix, mended};
 use crate::support::suspension::all_live;
 use crate::support::{Database, Setup, at_each, bin_of, destination, eventually, major, new_source_of, source};
 
@@ -529,6 +530,29 @@ async fn a_replaced_generation_expression_is_followed_or_set_by_printed_statemen
         service.stop().await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_column_that_is_computed_otherwise_is_refused_with_the_statement() {
+    let database = Database::new(
+        "otherwise",
+        &["g"],
+        "CREATE TABLE g (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED, h text GENERATED ALWAYS AS (upper('n' || n)) STORED);
+         INSERT INTO g (id, n) VALUES (1, 3);",
+    )
+    .await;
+    let here = "CREATE TABLE g (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 3) STORED, h text GENERATED ALWAYS AS (upper('n' || n)) STORED)";
+    database.at_destination(here).await;
+    let setup = Setup::of(&database);
+    let message = "generated column g of table public.g is computed otherwise at the destination";
+    let finding = failed(&setup, message).await;
+    assert!(finding["detail"].as_str().is_some_and(|detail| detail.contains("(n * 3) here")), "{finding}");
+    assert!(setup.start().ends_with(1).await.contains(message));
+    database.at_destination(&fix(&finding)).await;
+    mended(&setup).await;
+    let service = setup.start_streaming(&database).await;
+    database.assert_equal().await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

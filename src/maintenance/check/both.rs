@@ -15,6 +15,7 @@ use crate::error_policy::{Fault, report};
 use crate::maintenance::check::findings::{About, Findings};
 use crate::maintenance::check::host::free_bytes;
 use crate::pg::{ErrorReport, Ident};
+use crate::preflight::generated_columns::computed_otherwise;
 use crate::preflight::history::stored_history;
 use crate::preflight::missing_objects::{lacking, server_version};
 use crate::preflight::not_carried::not_carried;
@@ -111,6 +112,14 @@ impl CheckedTables<'_> {
         let transfer = fit(config, catalog, existing, destination.position.is_some(), findings);
         if let Err(fault) = values::look(self.clients(), catalog, existing, transfer, findings).await {
             findings.fault(BOTH, "values", fault);
+        }
+        match computed_otherwise(here, catalog, existing).await {
+            // The stream may not have come to it yet.
+            Ok(reports) if destination.position.is_some() => {
+                reports.into_iter().for_each(|report| findings.warn(BOTH, "generated columns", report));
+            }
+            Ok(reports) => reports.into_iter().for_each(|report| findings.fail(BOTH, "generated columns", report)),
+            Err(error) => findings.fault(BOTH, "generated columns", error),
         }
         match lacking(client, here, catalog, existing).await {
             Ok(reports) => reports.into_iter().for_each(|report| findings.fail(About::Destination, "types", report)),
